@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
@@ -63,7 +64,7 @@ class ActivationStatistics:
         hits.scatter_add_(0, top, torch.ones_like(top))
         return cls(
             n_prompts,
-            mean.double().cpu() if mean.device.type != "mps" else mean.cpu().double(),
+            mean.cpu().double(),
             variance.cpu().double() * n_prompts,
             hits.view(n_layers, d_mlp).cpu(),
             top_fraction,
@@ -226,7 +227,7 @@ def _run(
     if position != "mean":
         return values[:, :, 0]  # the one position that was kept
     weights = mask.to(values.dtype) / mask.sum(dim=1, keepdim=True)
-    return torch.einsum("blpn,bp->bln", values, weights)
+    return einsum(values, weights, "batch layer pos neuron, batch pos -> batch layer neuron")
 
 
 def _check_position(position: Position, sequences: list[list[int]]) -> None:

@@ -24,7 +24,10 @@ from cna_lens.interventions import Intervention, Strength, as_intervention, as_s
 from cna_lens.models import encode, info
 from cna_lens.progress import track
 
-Steering = Sequence[tuple[Circuit | Intervention, Strength]]
+NEW_TOKENS = 150
+"""The paper's response length."""
+
+Interventions = Sequence[tuple[Circuit | Intervention, Strength]]
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,9 @@ class Generation:
 def generate(
     model: HookedTransformer,
     prompts: Sequence[str],
-    steering: Steering = (),
+    interventions: Interventions = (),
     *,
-    max_new_tokens: int = 150,
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     sampling: Sampling | None = None,
     stop_tokens: Sequence[int] | None = None,
@@ -106,10 +109,11 @@ def generate(
     """Responses to `prompts`, in their order, under any number of interventions at once.
 
     Args:
-        steering: pairs of a circuit (or intervention) and its strength: one number, or one for
+        interventions: pairs of a circuit (or intervention) and its strength: one number, or one for
             each prompt. `[(circuit, 0.0)]` ablates the circuit; to sweep, repeat the prompt with
             several strengths.
-        max_new_tokens: at most; a row stops earlier at its end token.
+        max_new_tokens: at most; a row stops earlier at its end token. Default: 150, as in the
+            paper, or what the context has left after the longest prompt.
         sampling: None decodes greedily.
         stop_tokens: ids that end a response; default: the checkpoint's own.
 
@@ -121,7 +125,7 @@ def generate(
     """
     if isinstance(prompts, str):
         raise InvalidInput("prompts must be a list of strings, not one string")
-    if not prompts or max_new_tokens < 1 or batch_size < 1:
+    if not prompts or batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
         raise InvalidInput(
             f"nothing to generate: {len(prompts)} prompts, max_new_tokens={max_new_tokens}, "
             f"batch_size={batch_size}"
@@ -131,12 +135,14 @@ def generate(
         raise TokenizerError("the model has no tokenizer: load_model(model, tokenizer=...)")
     sequences = encode(model, list(prompts), form)
     longest = max(len(sequence) for sequence in sequences)
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(NEW_TOKENS, model.cfg.n_ctx - longest))
     if longest + max_new_tokens > model.cfg.n_ctx:
         raise InvalidInput(
             f"the longest prompt has {longest} tokens; with max_new_tokens={max_new_tokens} it "
             f"would not fit into the context of {model.cfg.n_ctx}. Lower max_new_tokens."
         )
-    pairs = _per_row(model, steering, len(prompts))
+    pairs = _per_row(model, interventions, len(prompts))
     stop = set(about.stop_tokens if stop_tokens is None else stop_tokens)
 
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
@@ -163,11 +169,11 @@ def generate(
 
 
 def _per_row(
-    model: HookedTransformer, steering: Steering, n_rows: int
+    model: HookedTransformer, interventions: Interventions, n_rows: int
 ) -> list[tuple[Intervention, Float[Tensor, "row"]]]:
     """Interventions with a strength for each row."""
     pairs = []
-    for what, strength in steering:
+    for what, strength in interventions:
         intervention = as_intervention(what)
         intervention.check_fits(model)
         strengths = as_strengths(strength, model.cfg.device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
@@ -25,12 +26,14 @@ def _transposed(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows co
 
 def _per_head(weight: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head d_model d_head"]:
     """The same W_Q, W_K or W_V, stored as [head, d_head, d_model]."""
-    return weight.transpose(1, 2).contiguous().transpose(1, 2)
+    stored = rearrange(weight, "head d_model d_head -> head d_head d_model").contiguous()
+    return rearrange(stored, "head d_head d_model -> head d_model d_head")
 
 
 def _output(weight: Float[Tensor, "head d_head d_model"]) -> Float[Tensor, "head d_head d_model"]:
     """The same W_O, stored as [d_model, head, d_head]."""
-    return weight.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    stored = rearrange(weight, "head d_head d_model -> d_model head d_head").contiguous()
+    return rearrange(stored, "d_model head d_head -> head d_head d_model")
 
 
 @torch.no_grad()

@@ -81,6 +81,17 @@ class ContrastSet:
         """A digest of the prompts, in order; the name does not count."""
         return digest(["positive", *self.positive, "negative", *self.negative])
 
+    def split(self) -> tuple[ContrastSet, ContrastSet]:
+        """Every other prompt of each side, and the rest: one half to discover on, one to test on.
+
+        Raises:
+            InvalidInput: a side has a single prompt.
+        """
+        return (
+            ContrastSet(self.positive[::2], self.negative[::2], f"{self.name} (first half)"),
+            ContrastSet(self.positive[1::2], self.negative[1::2], f"{self.name} (second half)"),
+        )
+
     def head(self, n: int) -> ContrastSet:
         """The first `n` prompts of each side."""
         return ContrastSet(self.positive[:n], self.negative[:n], f"{self.name}[:{n}]")

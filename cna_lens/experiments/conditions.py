@@ -50,7 +50,7 @@ def run_conditions(
     conditions: Sequence[Condition],
     *,
     scorers: Mapping[str, Scorer] | None = None,
-    max_new_tokens: int = 150,
+    max_new_tokens: int | None = None,
     batch_size: int = 64,
     sampling: Sampling | None = None,
     form: PromptFormat | None = None,

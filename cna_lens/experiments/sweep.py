@@ -211,7 +211,7 @@ def _origin(
     """The model that was swept, and the contrast set that the circuit came from."""
     found: Provenance = getattr(what, "provenance", Provenance())
     settings = {
-        "max_new_tokens": options.get("max_new_tokens", 150),
+        "max_new_tokens": options.get("max_new_tokens"),
         "positions": positions,
         "discovered_on": {"model": found.model, "weights": found.weights, **found.settings},
     }
