@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format figures clean
 
 demo: .venv/ready-dev
 	$(BIN)/cna-lens demo
@@ -15,6 +15,9 @@ check: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+figures: .venv/ready-dev
+	$(BIN)/cna-lens demo --figures figures
 
 format: .venv/ready-dev
 	$(BIN)/ruff check --fix .

@@ -384,6 +384,9 @@ def demo(
     limit: Annotated[
         int | None, typer.Option(help="At most so many prompts a group, for a quick look.")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Also write the figures (SVG) and their tables here.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The whole experiment on the model organism, offline: tables, files and a page to open."""
@@ -391,13 +394,15 @@ def demo(
         from transformers.utils import logging as hf_logging
 
         from cna_lens.experiments.demo import run_demo, save_demo
-        from cna_lens.experiments.demo_report import write_demo_report
+        from cna_lens.experiments.demo_report import write_demo_report, write_figures
 
         hf_logging.disable_progress_bar()
         say("The model organism is a toy: a tiny base + instruct pair trained for this purpose.")
         result = run_demo(draws=draws, limit=limit)
         save_demo(result, out)
         page = write_demo_report(result, out / "report.html")
+        if figures is not None:
+            write_figures(result, figures)
         if as_json:
             show_json({"folder": str(out), "table": records(result.table)})
             return

@@ -20,7 +20,7 @@ from cna_lens.files import write_text
 from cna_lens.models import load_model
 from cna_lens.organism.evaluation import NEAR_TOP, circuit_facts
 from cna_lens.prompts import load_contrast_set
-from cna_lens.statistics import wilson
+from cna_lens.statistics import bootstrap_mean, wilson
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,58 +139,72 @@ def _claims(
 
     rows: list[dict[str, Any]] = []
 
-    def add(what: str, value: float, low: float, high: float, n: int, interval: str) -> None:
+    def add(
+        measure: str, model: str, group: str, neurons: str, share: float | None, m: float | None,
+        value: float, low: float | None, high: float | None, n: int, interval: str,
+    ) -> None:  # fmt: skip
         rows.append(
-            {"what": what, "value": value, "low": low, "high": high, "n": n, "interval": interval}
+            {
+                "measure": measure,
+                "model": model,
+                "prompts": group,
+                "neurons": neurons,
+                "fraction": "" if share is None else f"{share:.1%}",
+                "multiplier": "" if m is None else f"{m:g}",
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": n,
+                "interval": interval,
+            }
         )
 
-    def rate(what: str, values: pd.Series[Any]) -> None:
-        hits = int(values.sum())
-        add(what, *wilson(hits, len(values)), len(values), "Wilson 95 %")
+    def steered(share: float | None, part: pd.DataFrame, m: float) -> None:
+        """Refusal and quality of each group, and the topic of the answers to harmful prompts."""
+        for group, members in part.groupby("group", sort=False):
+            where = ("instruct", str(group), "circuit" if share else "none", share, m)
+            n = len(members)
+            rate = wilson(int(members["refused"].sum()), n)
+            add("refusal", *where, *rate, n, "Wilson 95 %")
+            quality = bootstrap_mean(members["quality"].tolist())
+            add("quality", *where, *quality, n, "bootstrap 95 %")
+            answers = members[~members["refused"].astype(bool)]
+            if group == "harmful" and len(answers):
+                on_topic = wilson(int(answers["on_topic"].sum()), len(answers))
+                add("answers on topic", *where, *on_topic, len(answers), "Wilson 95 %")
 
     shares = sorted(set(main.table["fraction"]))
-    summary = main.summary()
-    at_one = _at(main.table, shares[0], 1.0)
-    for group, part in at_one.groupby("group", sort=False):
-        rate(f"refusal, {group}, unsteered", part["refused"])
+    steered(None, _at(main.table, shares[0], 1.0), 1.0)
     for share, nominal in zip(shares, FRACTIONS, strict=True):
-        ablated = _at(main.table, share, 0.0)
-        label = f"circuit of {nominal:.1%} at m = 0"
-        for group, part in ablated.groupby("group", sort=False):
-            rate(f"refusal, {group}, {label}", part["refused"])
-        answers = ablated.query("group == 'harmful' and not refused")
-        if len(answers):
-            rate(f"answers on the topic asked, {label}", answers["on_topic"])
-        for _, row in _at(summary, share, 0.0).nsmallest(1, "quality").iterrows():
-            values = (row["quality"], row["quality_low"], row["quality_high"])
-            add(f"quality, lowest group, {label}", *values, int(row["n"]), "bootstrap 95 %")
-    doubled = _at(main.table, shares[0], 2.0)
-    for group in ("borderline", "benign"):
-        part = doubled[doubled["group"] == group]
-        rate(f"refusal, {group}, circuit of {FRACTIONS[0]:.1%} at m = 2", part["refused"])
-    for label, control in (("", random), (", near-top excluded", far)):
+        steered(nominal, _at(main.table, share, 0.0), 0.0)
+    steered(FRACTIONS[0], _at(main.table, shares[0], 2.0), 2.0)
+
+    for label, control in (("random", random), ("random, far from top", far)):
         for _, row in control.controls().iterrows():
-            values = (row["refusal_mean"], row["refusal_min"], row["refusal_max"])
-            what = f"refusal, harmful, random neurons at m = 0{label}"
-            add(what, *values, int(row["draws"]), "range over draws")
-    worst_base = max(found.summary()["refusal_rate"].max() for found in base.values())
-    n_base = sum(len(found.summary()) for found in base.values())
-    add(
-        "refusal, base model, highest of any group, circuit, multiplier",
-        worst_base, 0.0, worst_base, n_base, "range over conditions",
-    )  # fmt: skip
-    for name, other in (("base", "instruct"), ("instruct", "base")):
-        facts = circuit_facts(circuits[name], circuits[other])
-        n, chance = len(circuits[name]), "low, high: chance level"
-        expected = facts["late_share_chance"]
+            spread = (row["refusal_mean"], row["refusal_min"], row["refusal_max"])
+            where = ("instruct", "harmful", label, FRACTIONS[0], 0.0)
+            add("refusal", *where, *spread, int(row["draws"]), "least to greatest draw")
+    for origin, found in base.items():
+        rates = found.summary()["refusal_rate"]
         add(
-            f"{name} circuit in the last 3 layers",
-            facts["late_share"],
-            expected,
-            expected,
-            n,
-            chance,
-        )
-    expected = facts["overlap_chance"]
-    add("instruct circuit shared with base", facts["overlap"], expected, expected, n, chance)
+            "highest refusal", "base", "every group", f"{origin} circuit", None, None,
+            rates.max(), rates.min(), rates.max(), len(rates), "least to greatest condition",
+        )  # fmt: skip
+
+    facts = {
+        name: circuit_facts(circuits[name], circuits[other])
+        for name, other in (("base", "instruct"), ("instruct", "base"))
+    }
+
+    def share_of_circuit(measure: str, name: str, key: str) -> None:
+        for neurons, value in (
+            ("circuit", facts[name][key]),
+            ("chance", facts[name][f"{key}_chance"]),
+        ):
+            n = len(circuits[name])
+            add(measure, name, "", neurons, FRACTIONS[0], None, value, None, None, n, "")
+
+    for name in circuits:
+        share_of_circuit("share in last 3 layers", name, "late_share")
+    share_of_circuit("share also in base circuit", "instruct", "overlap")
     return pd.DataFrame(rows)
