@@ -319,7 +319,10 @@ def sweep(
     trust_remote_code: RemoteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Scale a circuit by several multipliers and see refusal and quality, with intervals."""
+    """Scale a circuit by several multipliers and see refusal and quality, with intervals.
+
+    Finished responses are kept in the folder: the same command again goes on where it stopped.
+    """
     with exit_codes():
         from cna_lens.circuit import Circuit
         from cna_lens.discovery import contrast
@@ -354,6 +357,7 @@ def sweep(
             seed=seed,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            journal=out / "journal.jsonl",
         )
         result.save(out)
         summary, controls = result.summary(), result.controls()

@@ -7,8 +7,9 @@ A batch gives the tokens that one prompt at a time gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -123,6 +124,38 @@ def generate(
         CircuitMismatch: an intervention is for a model of another shape.
         TokenizerError: the model has no tokenizer.
     """
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "sampling": sampling,
+        "stop_tokens": stop_tokens,
+        "form": form,
+    }
+    results: dict[int, Generation] = {}
+    with track("responses", len(prompts), progress) as advance:
+        for finished in stream_responses(model, prompts, interventions, **options):
+            results |= finished
+            advance(len(finished))
+    return [results[row] for row in range(len(prompts))]
+
+
+def stream_responses(
+    model: HookedTransformer,
+    prompts: Sequence[str],
+    interventions: Interventions = (),
+    *,
+    max_new_tokens: int | None = None,
+    batch_size: int = 32,
+    sampling: Sampling | None = None,
+    stop_tokens: Sequence[int] | None = None,
+    form: PromptFormat | None = None,
+    skip: Collection[int] = (),
+) -> Iterator[dict[int, Generation]]:
+    """`generate`, batch by batch as they finish: index into `prompts` -> response.
+
+    Args:
+        skip: rows that are not decoded. The others come out as they would without it.
+    """
     if isinstance(prompts, str):
         raise InvalidInput("prompts must be a list of strings, not one string")
     if not prompts or batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
@@ -133,7 +166,7 @@ def generate(
     about = info(model)
     if about.tokenizer is None:
         raise TokenizerError("the model has no tokenizer: load_model(model, tokenizer=...)")
-    sequences = encode(model, list(prompts), form)
+    sequences = encode(model, prompts, form)
     longest = max(len(sequence) for sequence in sequences)
     if max_new_tokens is None:
         max_new_tokens = max(1, min(NEW_TOKENS, model.cfg.n_ctx - longest))
@@ -145,27 +178,29 @@ def generate(
     pairs = _per_row(model, interventions, len(prompts))
     stop = set(about.stop_tokens if stop_tokens is None else stop_tokens)
 
-    order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
-    results: dict[int, Generation] = {}
-    with track("responses", len(prompts), progress) as advance, torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            uniforms = sampling.uniforms(rows, max_new_tokens) if sampling else None
-            decoded = _decode(
-                model,
-                [sequences[row] for row in rows],
-                [(intervention, strengths[rows]) for intervention, strengths in pairs],
-                max_new_tokens,
-                stop,
-                (sampling, uniforms) if sampling is not None and uniforms is not None else None,
+    wanted = set(range(len(sequences))) - set(skip)
+    order = sorted(wanted, key=lambda row: (len(sequences[row]), row))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        uniforms = sampling.uniforms(rows, max_new_tokens) if sampling else None
+        decoded = _decode(
+            model,
+            [sequences[row] for row in rows],
+            [(intervention, strengths[rows]) for intervention, strengths in pairs],
+            max_new_tokens,
+            stop,
+            (sampling, uniforms) if sampling is not None and uniforms is not None else None,
+        )
+        yield {
+            row: Generation(
+                prompts[row],
+                str(about.tokenizer.decode(tokens, skip_special_tokens=True)),
+                tuple(tokens),
+                len(sequences[row]),
+                finished,
             )
-            for row, (tokens, finished) in zip(rows, decoded, strict=True):
-                text = about.tokenizer.decode(tokens, skip_special_tokens=True)
-                results[row] = Generation(
-                    prompts[row], str(text), tuple(tokens), len(sequences[row]), finished
-                )
-            advance(len(rows))
-    return [results[row] for row in range(len(prompts))]
+            for row, (tokens, finished) in zip(rows, decoded, strict=True)
+        }
 
 
 def _per_row(
@@ -183,6 +218,7 @@ def _per_row(
     return pairs
 
 
+@torch.inference_mode()
 def _decode(
     model: HookedTransformer,
     sequences: list[list[int]],

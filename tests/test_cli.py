@@ -136,3 +136,37 @@ def test_the_module_runs_as_a_program() -> None:
     )
     assert done.returncode == 0
     assert json.loads(done.stdout)["models"] == ["organism/base", "organism/instruct"]
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_stopped(
+    llama_folder: Path, contrast_file: Path, tmp_path: Path
+) -> None:
+    def sweep(folder: Path, multipliers: str) -> str:
+        run(
+            *("sweep", "-m", llama_folder, "-c", contrast_file, "-o", folder),
+            *("--multipliers", multipliers, "--max-new-tokens", 5),
+        )
+        return (folder / "responses.csv").read_text()
+
+    whole = sweep(tmp_path / "whole", "0,1,2")
+    journal = tmp_path / "killed" / "journal.jsonl"
+    journal.parent.mkdir()
+    lines = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:3]) + lines[3][:20])  # -9 in the middle of a line
+
+    assert sweep(tmp_path / "killed", "0,1,2") == whole
+    written = journal.read_text().splitlines(keepends=True)
+    assert written[:3] == lines[:3] and len(written) == len(lines)  # nothing was done twice
+
+    before = journal.read_text()
+    sweep(tmp_path / "killed", "0,1,2")
+    assert journal.read_text() == before
+
+
+def test_a_sweep_folder_of_other_settings_is_refused(
+    llama_folder: Path, contrast_file: Path, tmp_path: Path
+) -> None:
+    command = ["sweep", "-m", llama_folder, "-c", contrast_file, "-o", tmp_path / "s"]
+    run(*command, "--max-new-tokens", 5)
+    result = runner.invoke(app, [str(a) for a in (*command, "--max-new-tokens", 6)])
+    assert result.exit_code == 1 and "other settings" in result.stderr

@@ -8,16 +8,21 @@ is the same for every intervention, decodes once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens import HookedTransformer
 
 from cna_lens.errors import InvalidInput
+from cna_lens.experiments.journal import Journal
 from cna_lens.formatting import PromptFormat
-from cna_lens.generation import Generation, Sampling, generate
+from cna_lens.generation import Generation, Sampling, stream_responses
 from cna_lens.interventions import Intervention
+from cna_lens.models import describe
 from cna_lens.progress import track
+from cna_lens.provenance import digest
 from cna_lens.scoring import RefusalClassifier, Scorer, qualities
 
 if TYPE_CHECKING:
@@ -38,6 +43,11 @@ class Condition:
     def is_neutral(self) -> bool:
         return self.strength == self.intervention.neutral
 
+    @property
+    def effect(self) -> tuple[str, float]:
+        """What decides the responses: conditions with equal effects have equal ones."""
+        return ("neutral", 0.0) if self.is_neutral else (self.intervention.identity, self.strength)
+
 
 def default_scorers() -> dict[str, Scorer]:
     """The scores that every table has: `refused` and, so that it is never read alone, `quality`."""
@@ -54,6 +64,7 @@ def run_conditions(
     batch_size: int = 64,
     sampling: Sampling | None = None,
     form: PromptFormat | None = None,
+    journal: str | Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Decode every prompt under every condition and score the responses.
@@ -63,13 +74,16 @@ def run_conditions(
         conditions: see `Condition`; their label columns come in the order of the first one.
         scorers: column name -> scorer, added to `default_scorers()` (or in place of one of them).
         max_new_tokens, batch_size, sampling, form: see `generate`.
+        journal: a file that keeps finished responses. A run that was stopped, however hard, goes
+            on from there with the same result; more conditions can be added later.
 
     Returns:
         One row a prompt and condition: group, prompt_id, prompt, the labels, response, the scores,
         prompt_tokens, response_tokens, finished.
 
     Raises:
-        InvalidInput: no prompts or conditions; and what `generate` raises.
+        InvalidInput: no prompts or conditions, a journal of other settings; and what `generate`
+            raises.
     """
     import pandas as pd
 
@@ -83,19 +97,34 @@ def run_conditions(
         raise InvalidInput(f"nothing to run: {len(rows)} prompts, {len(conditions)} conditions")
     texts = [str(row["prompt"]) for row in rows]
 
-    by_intervention: dict[int, list[Condition]] = {}
-    neutral = [condition for condition in conditions if condition.is_neutral]
-    for condition in conditions:
-        if not condition.is_neutral:
-            by_intervention.setdefault(id(condition.intervention), []).append(condition)
-    work = ([neutral[:1]] if neutral else []) + list(by_intervention.values())
+    kept = None
+    if journal is not None:
+        settings = {
+            "model": describe(model, form).to_dict(),
+            "max_new_tokens": max_new_tokens,
+            "sampling": asdict(sampling) if sampling else None,
+        }
+        kept = Journal(journal, settings)
 
-    responses: dict[tuple[int, float], list[Generation]] = {}
-    n_rows = len(texts) * sum(len(together) for together in work)
-    with track("responses", n_rows, progress) as advance:
-        for together in work:
-            strengths = [c.strength for c in together for _ in texts]
-            decoded = generate(
+    # One decoding for each intervention, all its strengths together; the neutral one only once.
+    work: dict[str, list[Condition]] = {}
+    for condition in conditions:
+        together = work.setdefault(condition.effect[0], [])
+        if condition.effect not in {c.effect for c in together}:
+            together.append(condition)
+
+    responses: dict[tuple[str, float], list[Generation]] = {}
+    with track("responses", len(texts) * sum(map(len, work.values())), progress) as advance:
+        for together in work.values():
+            # A sampled response depends on its row as well (see `Sampling`).
+            keys = [
+                digest([*map(str, condition.effect), text, str(i if sampling else i % len(texts))])
+                for i, (condition, text) in enumerate(product(together, texts))
+            ]
+            done = {i: found for i, key in enumerate(keys) if kept and (found := kept.get(key))}
+            advance(len(done))
+            strengths = [condition.strength for condition in together for _ in texts]
+            for finished in stream_responses(
                 model,
                 texts * len(together),
                 [] if together[0].is_neutral else [(together[0].intervention, strengths)],
@@ -103,11 +132,15 @@ def run_conditions(
                 batch_size=batch_size,
                 sampling=sampling,
                 form=form,
-                progress=False,
-            )
+                skip=done.keys(),
+            ):
+                if kept is not None:
+                    kept.add({keys[i]: found for i, found in finished.items()})
+                done |= finished
+                advance(len(finished))
             for i, condition in enumerate(together):
-                responses[_key(condition)] = decoded[i * len(texts) : (i + 1) * len(texts)]
-            advance(len(decoded))
+                rows_of = range(i * len(texts), (i + 1) * len(texts))
+                responses[condition.effect] = [done[row] for row in rows_of]
 
     table = pd.DataFrame(
         [
@@ -120,7 +153,7 @@ def run_conditions(
                 "finished": generation.finished,
             }
             for condition in conditions
-            for row, generation in zip(rows, responses[_key(condition)], strict=True)
+            for row, generation in zip(rows, responses[condition.effect], strict=True)
         ]
     )
     after_response = list(table.columns).index("response") + 1
@@ -128,8 +161,3 @@ def run_conditions(
         scores = list(scorer(list(table["prompt"]), list(table["response"])))
         table.insert(after_response + i, name, scores)
     return table
-
-
-def _key(condition: Condition) -> tuple[int, float]:
-    """Conditions with equal keys have equal responses."""
-    return (0, 0.0) if condition.is_neutral else (id(condition.intervention), condition.strength)

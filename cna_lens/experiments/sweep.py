@@ -118,7 +118,8 @@ class Sweep:
         folder = Path(folder)
         text = read_text(folder / "responses.csv")
         try:
-            table = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values={"draw": [""]})
+            as_text = dict.fromkeys(("group", "prompt", "intervention", "response"), str)
+            table = pd.read_csv(io.StringIO(text), converters=as_text)  # an empty reply stays one
             provenance = Provenance.from_dict(read_json(folder / "provenance.json"))
         except (TypeError, ValueError) as error:
             raise DamagedFile(f"{folder} does not hold a whole sweep: {error}") from error
@@ -154,7 +155,8 @@ def sweep(
         exclude_top: with a contrast, the random draws leave out this share of top neurons, which
             carry part of the behaviour themselves.
         seed: of the random draws.
-        options: what `run_conditions` takes: scorers, max_new_tokens, batch_size, sampling, ...
+        options: what `run_conditions` takes: scorers, max_new_tokens, batch_size, sampling, a
+            journal to resume from, ...
 
     Raises:
         InvalidInput: no multipliers, not finite ones, fractions without a contrast; and what

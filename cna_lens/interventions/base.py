@@ -31,6 +31,10 @@ class Intervention(Protocol):
         """A short label for tables and figures."""
 
     @property
+    def identity(self) -> str:
+        """A digest of all that decides its effect: equal identities, equal effect."""
+
+    @property
     def neutral(self) -> float:
         """The strength that changes nothing."""
 

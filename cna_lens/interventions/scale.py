@@ -23,6 +23,7 @@ from cna_lens.circuit import Circuit
 from cna_lens.errors import CircuitMismatch, InvalidInput
 from cna_lens.interventions.base import Hooks, Positions, PositionWindow
 from cna_lens.models import hook_post
+from cna_lens.provenance import digest
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class ScaleNeurons:
     @property
     def name(self) -> str:
         return f"scale {self.circuit.name}"
+
+    @property
+    def identity(self) -> str:
+        return digest(["scale", self.positions, *map(str, sorted(self.circuit))])
 
     def check_fits(self, model: HookedTransformer) -> None:
         self.circuit.check_fits(model)
