@@ -371,11 +371,22 @@ def sweep(
                 }
             )
             return
-        shown = ["group", "neurons", "multiplier", "n", "refusal_rate", "refusal_low"]
-        shown += ["refusal_high", "quality", "quality_low", "quality_high"]
-        show_table(summary[summary["intervention"] != "random"], shown, title="sweep")
+        show_table(
+            summary[summary["intervention"] != "random"],
+            ["group", "neurons", "multiplier", "n", "refusal_rate", "quality"],
+            title="sweep, with 95 % intervals",
+            intervals={
+                "refusal_rate": ("refusal_low", "refusal_high"),
+                "quality": ("quality_low", "quality_high"),
+            },
+        )
         if len(controls):
-            show_table(controls, title="random neurons, matched by layer")
+            show_table(
+                controls,
+                ["group", "neurons", "multiplier", "draws", "refusal_mean", "quality_mean"],
+                title="random neurons, matched by layer: mean [least, greatest] draw",
+                intervals={"refusal_mean": ("refusal_min", "refusal_max")},
+            )
         say(f"responses and tables are in {out}")
 
 
@@ -410,9 +421,8 @@ def demo(
         if as_json:
             show_json({"folder": str(out), "table": records(result.table)})
             return
-        show_table(result.table, title="what was measured")
-        examples = result.examples()
-        show_table(examples, title="what the responses look like")
+        show_table(result.table, title="what was measured", intervals={"value": ("low", "high")})
+        show_table(result.examples(), title="what the responses look like")
         say(f"tables and circuits are in {out}; open {page}")
 
 

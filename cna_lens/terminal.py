@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cna_lens.errors import CnaLensError
@@ -37,15 +38,28 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def show_table(frame: pd.DataFrame, columns: Sequence[str] | None = None, title: str = "") -> None:
-    """A data frame as a terminal table; numbers short, text wrapped."""
-    table = Table(title=title or None, title_justify="left")
-    columns = list(columns or frame.columns)
+def show_table(
+    frame: pd.DataFrame,
+    columns: Sequence[str] | None = None,
+    title: str = "",
+    intervals: Mapping[str, tuple[str, str]] | None = None,
+) -> None:
+    """A data frame as a terminal table; numbers short, text wrapped.
+
+    `intervals` names the columns of the bounds that a number is shown with: `0.34 [0.25, 0.44]`.
+    """
+    intervals = intervals or {}
+    bounds = {name for pair in intervals.values() for name in pair}
+    columns = [name for name in columns or frame.columns if name not in bounds]
+    table = Table(title=escape(title) or None, title_justify="left")
     for name in columns:
         numeric = frame[name].dtype.kind in "ifb"
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in frame[columns].itertuples(index=False):
-        table.add_row(*[_cell(value) for value in row])
+    for row in frame.to_dict("records"):
+        cells = [
+            [_cell(row[part]) for part in (name, *intervals.get(name, ()))] for name in columns
+        ]
+        table.add_row(*[c[0] + (rf" \[{c[1]}, {c[2]}]" if any(c[1:]) else "") for c in cells])
     console = Console(highlight=False)
     if not console.is_terminal:  # piped: do not squeeze the table into 80 columns
         console = Console(highlight=False, width=200)
@@ -53,10 +67,8 @@ def show_table(frame: pd.DataFrame, columns: Sequence[str] | None = None, title:
 
 
 def _cell(value: Any) -> str:
-    from rich.markup import escape
-
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
+        return "" if math.isnan(value) else f"{value:.3g}"
     return escape(str(value))
 
 
