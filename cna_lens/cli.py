@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ from cna_lens.terminal import exit_codes, records, say, show_json, show_table
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+
+    from cna_lens.formatting import Style
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,8 +55,10 @@ FractionOption = Annotated[
     float, typer.Option(help="Share of all MLP neurons in the circuit; 0.001 is 0.1 %.")
 ]
 StyleOption = Annotated[
-    str,
-    typer.Option(help="How prompts are written: chat (template), plain, or auto (chat if any)."),
+    Literal["auto", "chat", "plain"],
+    typer.Option(
+        help="How prompts are written: by the chat template, plain, or auto: chat if there is one."
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, mps. Default: the best there is.")
@@ -79,7 +83,7 @@ def main() -> None:
 
 
 def _load(
-    name: str, style: str, device: str | None, dtype: str | None, trust_remote_code: bool = False
+    name: str, style: Style, device: str | None, dtype: str | None, trust_remote_code: bool = False
 ) -> HookedTransformer:
     from transformers.utils import logging as hf_logging
 
@@ -91,7 +95,7 @@ def _load(
         name,
         device=device,
         dtype=dtype,
-        style=style,  # type: ignore[arg-type]  # PromptFormat refuses other words
+        style=style,
         trust_remote_code=trust_remote_code,
     )
 
@@ -173,7 +177,10 @@ def discover(
         Path | None,
         typer.Option(help="Also keep every neuron's statistic (safetensors), for other sizes."),
     ] = None,
-    by: Annotated[str, typer.Option(help="Rank by delta (the paper) or effect_size.")] = "delta",
+    by: Annotated[
+        Literal["delta", "effect_size"],
+        typer.Option(help="Rank by delta (the paper) or its size in standard deviations."),
+    ] = "delta",
     position: Annotated[
         str, typer.Option(help="Where neurons are read: last, mean, or -2, -3 ... from the end.")
     ] = "last",
@@ -203,7 +210,7 @@ def discover(
             universal_prompts="diverse" if universal_filter else None,
             batch_size=batch_size,
         )
-        circuit = found.select(fraction, by=by)  # type: ignore[arg-type]  # select refuses others
+        circuit = found.select(fraction, by=by)
         circuit.save(out)
         if measured is not None:
             found.save(measured)
@@ -235,7 +242,8 @@ def generate(
         float, typer.Option(help="0 ablates the circuit, 1 changes nothing, above 1 amplifies.")
     ] = 0.0,
     positions: Annotated[
-        str, typer.Option(help="Where the circuit is scaled: all, prompt, generated, last.")
+        Literal["all", "prompt", "generated", "last"],
+        typer.Option(help="Where in the sequence the circuit is scaled."),
     ] = "all",
     max_new_tokens: TokensOption = None,
     temperature: Annotated[float, typer.Option(help="0 decodes greedily; above 0 samples.")] = 0.0,
@@ -266,8 +274,7 @@ def generate(
         rows = [(m, text) for m in dict.fromkeys(strengths) for text in texts]
         steering: Any = []
         if neurons is not None:
-            scale = ScaleNeurons(neurons, positions)  # type: ignore[arg-type]  # it refuses others
-            steering = [(scale, [m for m, _ in rows])]
+            steering = [(ScaleNeurons(neurons, positions), [m for m, _ in rows])]
         answers = respond(
             loaded,
             [text for _, text in rows],
@@ -450,20 +457,19 @@ def organism_evaluate(
     folder: Annotated[
         Path | None, typer.Option(help="A trained pair (base/ and instruct/); default: shipped.")
     ] = None,
-    split: Annotated[str, typer.Option(help="test, or validation while choosing.")] = "test",
+    split: Annotated[
+        Literal["test", "validation"], typer.Option(help="Which held-out families.")
+    ] = "test",
     draws: Annotated[int, typer.Option(help="Random circuits in each control.")] = 20,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a pair on held-out families: refusal, quality, controls, base against instruct."""
     with exit_codes():
-        from cna_lens.errors import InvalidInput
         from cna_lens.files import write_text
         from cna_lens.organism import path
         from cna_lens.organism.evaluation import evaluate_pair
 
-        if split not in ("test", "validation"):
-            raise InvalidInput(f"--split must be test or validation, not {split!r}")
         base, instruct = (
             (path("base"), path("instruct"))
             if folder is None
@@ -472,7 +478,7 @@ def organism_evaluate(
         table = evaluate_pair(
             base,
             instruct,
-            split,  # type: ignore[arg-type]  # checked above
+            split,
             random_draws=draws,
         )
         if out is not None:

@@ -116,7 +116,6 @@ def test_sweep_holds_out_half_of_the_contrast_set(llama_folder: Path, tmp_path: 
         (["generate"], "no prompts"),
         (["generate", "hi", "--circuit", "none.json"], "cannot read none.json"),
         (["sweep", "--multipliers", "0,a"], "must be numbers"),
-        (["organism", "evaluate", "--split", "train"], "test or validation"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_1(arguments: list[str], said: str) -> None:
