@@ -16,7 +16,7 @@ FLOORS = [
     {"activations", "interventions"},
     {"discovery", "generation", "scoring"},
     {"experiments", "organism.evaluation", "organism.pair"},
-    {"report", "experiments.demo_report", "terminal", "cli", "__main__"},
+    {"report", "experiments.demo_report", "cli", "__main__"},
 ]
 
 
