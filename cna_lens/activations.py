@@ -56,12 +56,14 @@ class ActivationStatistics:
     ) -> ActivationStatistics:
         """Statistics of one batch, computed where the batch is and returned on the CPU."""
         n_prompts, n_layers, d_mlp = activations.shape
-        values = activations.float()
+        # Apple's GPUs have no float64: there the batch is reduced in float32.
+        values = activations.float() if activations.device.type == "mps" else activations.double()
         variance, mean = torch.var_mean(values, dim=0, correction=0)
         k = neuron_count(top_fraction, n_layers * d_mlp)
-        top = values.flatten(1).abs().topk(k, dim=1).indices.flatten()
+        top, index = values.flatten(1).abs().topk(k, dim=1)
         hits = torch.zeros(n_layers * d_mlp, dtype=torch.long, device=values.device)
-        hits.scatter_add_(0, top, torch.ones_like(top))
+        # A neuron that is silent (exactly 0, after a ReLU) is in no top, however few others fire.
+        hits.scatter_add_(0, index.flatten(), (top > 0).long().flatten())
         return cls(
             n_prompts,
             mean.cpu().double(),
@@ -125,7 +127,8 @@ def measure(
         form: how prompts are written; default: the model's own format.
 
     Raises:
-        InvalidInput: no prompts, one longer than the context, or a position outside a prompt.
+        InvalidInput: no prompts (or one string), one longer than the context, or a position
+            outside a prompt.
         NonFiniteActivations: a layer gave NaN or infinite activations.
     """
     if not 0 < top_fraction <= 1:
@@ -157,7 +160,7 @@ def stream(
     if batch_size < 1:
         raise InvalidInput(f"batch_size must be at least 1, not {batch_size}")
     check_hooks(model)
-    sequences = encode(model, list(prompts), form)
+    sequences = encode(model, prompts, form)
     _check_position(position, sequences)
     order = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
     for start in range(0, len(order), batch_size):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 FORMAT = "cna_lens.circuit"
 FORMAT_VERSION = 1
+
+_COLUMNS: dict[str, Callable[[Any], float]] = {
+    "layers": operator.index,  # whole numbers only
+    "neurons": operator.index,
+    "delta": float,
+    "pooled_std": float,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Circuit:
 
     Raises:
         InvalidInput: lengths differ, a neuron is outside the model's shape or listed twice, or a
-            number is not finite.
+            number is not finite or not a number.
     """
 
     n_layers: int
@@ -54,6 +62,11 @@ class Circuit:
     provenance: Provenance = field(default_factory=Provenance)
 
     def __post_init__(self) -> None:
+        try:  # plain Python numbers, so that numpy's are compared and saved like all others
+            for name, number in _COLUMNS.items():
+                object.__setattr__(self, name, tuple(map(number, getattr(self, name))))
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"a circuit's columns hold numbers only: {error}") from error
         lengths = {len(self.layers), len(self.neurons), len(self.delta), len(self.pooled_std)}
         if len(lengths) != 1:
             raise InvalidInput(f"a circuit's columns have different lengths: {sorted(lengths)}")
@@ -106,7 +119,8 @@ class Circuit:
         """
         if sign not in ("positive", "negative"):
             raise InvalidInput(f"sign must be 'positive' or 'negative', not {sign!r}")
-        keep = [i for i, delta in enumerate(self.delta) if (delta > 0) == (sign == "positive")]
+        right = operator.gt if sign == "positive" else operator.lt
+        keep = [i for i, delta in enumerate(self.delta) if right(delta, 0)]
         if not keep:
             raise InvalidInput(f"no neuron of this circuit has a {sign} delta")
         return self._pick(keep).with_settings(sign=sign)
@@ -138,7 +152,7 @@ class Circuit:
         """One row a neuron, in rank order.
 
         Columns: rank, layer, neuron, delta, pooled_std, effect_size (delta in pooled standard
-        deviations), sign.
+        deviations, as in `Contrast.effect_size`), sign (`none` where delta is 0).
         """
         import pandas as pd
 
@@ -151,9 +165,11 @@ class Circuit:
                 "pooled_std": self.pooled_std,
             }
         )
-        spread = frame["pooled_std"].where(frame["pooled_std"] > 0)
-        frame["effect_size"] = frame["delta"] / spread
-        frame["sign"] = ["positive" if delta > 0 else "negative" for delta in self.delta]
+        frame["effect_size"] = (frame["delta"] / frame["pooled_std"]).where(
+            frame["delta"] != 0, 0.0
+        )
+        signs = {1: "positive", -1: "negative", 0: "none"}
+        frame["sign"] = [signs[(delta > 0) - (delta < 0)] for delta in self.delta]
         return frame
 
     def layer_table(self) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from transformer_lens import HookedTransformer
 
 from cna_lens.activations import ActivationStatistics, Position, measure, neuron_count
 from cna_lens.circuit import Circuit
-from cna_lens.errors import DamagedFile, InvalidInput
+from cna_lens.errors import CircuitMismatch, DamagedFile, InvalidInput
 from cna_lens.files import write_bytes
 from cna_lens.formatting import PromptFormat
 from cna_lens.models import describe
@@ -38,6 +38,7 @@ SelectBy = Literal["delta", "effect_size"]
 Sign = Literal["positive", "negative"]
 
 FORMAT = "cna_lens.contrast"
+FORMAT_VERSION = "1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,9 @@ class Contrast:
         universal: neurons that no circuit may hold.
         n_positive, n_negative: prompts on each side.
         provenance: model, contrast set, position and filter.
+
+    Raises:
+        InvalidInput: the three are not of one shape, or a number is not finite.
     """
 
     delta: Float[Tensor, "layer neuron"]
@@ -59,6 +63,15 @@ class Contrast:
     n_negative: int
     provenance: Provenance = field(default_factory=Provenance)
 
+    def __post_init__(self) -> None:
+        shapes = {tuple(getattr(self, name).shape) for name in _TENSORS}
+        if len(shapes) != 1 or self.delta.dim() != 2 or self.universal.dtype != torch.bool:
+            raise InvalidInput(
+                f"a contrast's tensors are not of one [layer, neuron] shape: {shapes}"
+            )
+        if not bool(torch.isfinite(self.delta).all() and torch.isfinite(self.pooled_std).all()):
+            raise InvalidInput("a contrast's delta and pooled_std must be finite")
+
     @classmethod
     def between(
         cls,
@@ -67,7 +80,16 @@ class Contrast:
         universal: Bool[Tensor, "layer neuron"] | None = None,
         provenance: Provenance | None = None,
     ) -> Contrast:
-        """The contrast of two measured sides."""
+        """The contrast of two measured sides.
+
+        Raises:
+            CircuitMismatch: they come from models of different shapes.
+        """
+        if positive.mean.shape != negative.mean.shape:
+            raise CircuitMismatch(
+                f"sides of shapes {tuple(positive.mean.shape)} and {tuple(negative.mean.shape)} "
+                "come from different models"
+            )
         freedom = max(1, positive.count + negative.count - 2)
         if universal is None:
             universal = torch.zeros_like(positive.mean, dtype=torch.bool)
@@ -163,6 +185,7 @@ class Contrast:
         """
         head = {
             "format": FORMAT,
+            "version": FORMAT_VERSION,
             "n_positive": str(self.n_positive),
             "n_negative": str(self.n_negative),
             "provenance": json.dumps(self.provenance.to_dict(), sort_keys=True),
@@ -185,6 +208,11 @@ class Contrast:
                 head: dict[str, Any] = file.metadata() or {}
                 if head.get("format") != FORMAT:
                     raise DamagedFile(f"{path} is not a contrast file (format {FORMAT!r})")
+                if head.get("version") != FORMAT_VERSION:
+                    raise DamagedFile(
+                        f"{path} is a contrast of format version {head.get('version')}; this "
+                        f"cna_lens reads {FORMAT_VERSION}. Install the cna_lens that wrote it."
+                    )
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
             return cls(
                 **tensors,
@@ -192,7 +220,9 @@ class Contrast:
                 n_negative=int(head["n_negative"]),
                 provenance=Provenance.from_dict(json.loads(head["provenance"])),
             )
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except DamagedFile:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DamagedFile(f"{path} is a damaged contrast file: {error}") from error
 
 
@@ -285,6 +315,9 @@ def discover(
 
     Raises what those two raise. Keep the `Contrast` where more than one circuit is wanted.
     """
+    # Refuse a bad size before the forward passes.
     if k is None:
-        neuron_count(fraction, 1)  # refuse a bad fraction before the forward passes
+        neuron_count(fraction, 1)
+    elif k < 1:
+        raise InvalidInput(f"k must be at least 1, not {k}")
     return contrast(model, contrast_set, **options).select(fraction, k=k, by=by, sign=sign)

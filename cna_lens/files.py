@@ -52,14 +52,14 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def read_text(path: str | Path) -> str:
-    """The UTF-8 text of `path`.
+    """The UTF-8 text of `path`, line ends as they are, without a byte order mark.
 
     Raises:
         InvalidInput: there is no such file, or it cannot be read.
         DamagedFile: it is not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InvalidInput(
             f"cannot read {path}: {error.strerror or error}. Check the path."

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from jinja2 import TemplateError
+
 from cna_lens.errors import InvalidInput, TokenizerError
 from cna_lens.provenance import digest
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 Style = Literal["auto", "chat", "plain"]
 
-# Llama 3 templates print today's date unless they are given one; a result must not depend on it.
-_TEMPLATE_DATE = "26 Jul 2024"
+# Some templates print today's date, which they ask `strftime_now` for; a result must not depend on
+# it. A macro of that name gives the date that Llama 3's template falls back to.
+_NO_TODAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}{{ '' }}"
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,29 @@ class PromptFormat:
 
 
 def format_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, form: PromptFormat) -> str:
-    """The text that the model reads for `prompt`: template, generation prompt, answer prefix."""
+    """The text that the model reads for `prompt`: template, generation prompt, answer prefix.
+
+    Raises:
+        TokenizerError: the chat template refuses the messages (some know no system role).
+    """
     if form.resolve(tokenizer) == "plain":
         return prompt + form.answer_prefix
     messages = [{"role": "user", "content": prompt}]
     if form.system is not None:
         messages.insert(0, {"role": "system", "content": form.system})
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, date_string=_TEMPLATE_DATE
-    )
+    template = tokenizer.get_chat_template()
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_NO_TODAY + template if "strftime_now" in template else template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    except TemplateError as error:
+        raise TokenizerError(
+            f"the chat template refuses this prompt: {error}. Leave the system message out, or "
+            "use style 'plain'."
+        ) from error
     return str(text) + form.answer_prefix
 
 

@@ -49,8 +49,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise InvalidInput(f"temperature must be above 0, not {self.temperature}")
+        if not 0 < self.temperature < float("inf"):
+            raise InvalidInput(f"temperature must be above 0 and finite, not {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise InvalidInput(f"top_p must be in (0, 1], not {self.top_p}")
 
@@ -218,7 +218,9 @@ def _per_row(
     return pairs
 
 
-@torch.inference_mode()
+# Not inference_mode: TransformerLens' rotary tables may grow in here, and a model that keeps
+# inference tensors cannot be differentiated any more.
+@torch.no_grad()
 def _decode(
     model: HookedTransformer,
     sequences: list[list[int]],

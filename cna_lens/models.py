@@ -7,19 +7,24 @@ it, is kept beside it and read back with `info(model)`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import io
+import pickle
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as tl_loading
 
-from cna_lens.errors import InvalidInput, ModelError, TokenizerError
+from cna_lens.errors import CnaLensError, InvalidInput, ModelError, TokenizerError
 from cna_lens.formatting import PromptFormat, Style, template_hash, tokenise
 from cna_lens.layout import lay_out
 from cna_lens.provenance import Provenance
@@ -28,6 +33,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 ORGANISM_PREFIX = "organism/"
+
+# What a checkpoint that is damaged, foreign or incomplete raises in torch, transformers,
+# safetensors and TransformerLens' converters.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -88,38 +107,47 @@ def load_model(
     device = torch.device(device) if device is not None else _default_device()
     dtype = _as_dtype(dtype) if dtype is not None else _default_dtype(device)
     loader, location = resolve(source)
-    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    # False, not absent: where it is absent, transformers asks on the terminal.
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
 
     config, own_tokenizer = _fetch_config_and_tokenizer(location, tokenizer, options)
     form.resolve(own_tokenizer)
-    theirs = copy.deepcopy(own_tokenizer)  # TransformerLens gives its tokenizer a BOS and a pad
-    with warnings.catch_warnings():
+    if loader == "transformer_lens" and not trust_remote_code:
+        _check_code_stays_off(location, config)
+    # TransformerLens prints what it has loaded; a script's output is its own.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         # HookedTransformer is the documented choice here, and 3.9 announces its end in 4.0.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             if loader == "transformer_lens":
                 model = HookedTransformer.from_pretrained_no_processing(
-                    location, device=device, dtype=dtype, tokenizer=theirs, **options
+                    location,
+                    device=device,
+                    dtype=dtype,
+                    tokenizer=_for_transformer_lens(own_tokenizer),
+                    **options,
                 )
             else:
-                model = _convert(location, config, theirs, device, dtype, options)
-        except (OSError, ValueError, NotImplementedError, KeyError) as error:
-            raise ModelError(f"cannot load {source}: {error}") from error
+                model = _convert(location, config, own_tokenizer, device, dtype, options)
+        except CnaLensError:
+            raise
+        except _LOADING_ERRORS as error:
+            raise ModelError(f"cannot load {source}: {type(error).__name__}: {error}") from error
     model.eval()
     lay_out(model)
     check_hooks(model)
-    name = str(source) if loader != "folder" else Path(location).name
+    name = str(source) if loader != "folder" else Path(location).resolve().name
     return _register(
         model,
         ModelInfo(
             name=name,
             tokenizer=own_tokenizer,
             form=form,
-            stop_tokens=_stop_tokens(location, config, own_tokenizer, options),
+            stop_tokens=_stop_tokens(location, config, own_tokenizer, revision),
             loader=loader,
-            revision=getattr(config, "_commit_hash", None),
+            revision=_commit(location, revision) if loader in ("transformer_lens", "hub") else None,
         ),
     )
 
@@ -164,7 +192,7 @@ def info(model: HookedTransformer) -> ModelInfo:
     known = model.__dict__.get("_cna_lens_info")
     if isinstance(known, ModelInfo):
         return known
-    return _describe(model, model.tokenizer, PromptFormat())
+    return _describe(model)
 
 
 def describe(model: HookedTransformer, form: PromptFormat | None = None) -> Provenance:
@@ -182,17 +210,18 @@ def describe(model: HookedTransformer, form: PromptFormat | None = None) -> Prov
         prompt_style="chat" if chat else "plain",
         system_prompt=form.system,
         answer_prefix=form.answer_prefix or None,
+        prepend_bos=form.prepend_bos,
         chat_template=template_hash(about.tokenizer) if chat and about.tokenizer else None,
     )
 
 
 def encode(
-    model: HookedTransformer, prompts: list[str], form: PromptFormat | None = None
+    model: HookedTransformer, prompts: Sequence[str], form: PromptFormat | None = None
 ) -> list[list[int]]:
     """Token ids of formatted prompts, checked against the model's context length.
 
     Raises:
-        InvalidInput: a prompt is longer than the context.
+        InvalidInput: a prompt is longer than the context, or `prompts` is one string.
         TokenizerError: the model has no tokenizer.
     """
     about = info(model)
@@ -259,9 +288,9 @@ def _convert(
         config.save_pretrained(neutral)
         cfg = tl_loading.get_pretrained_model_config(str(neutral), device=device, dtype=dtype)
         state = tl_loading.get_pretrained_state_dict(str(neutral), cfg, hf_model, dtype=dtype)
-    cfg.model_name = Path(location).name
+    cfg.model_name = Path(location).resolve().name
     cfg.tokenizer_name = location
-    model = HookedTransformer(cfg, tokenizer)
+    model = HookedTransformer(cfg, _for_transformer_lens(tokenizer))
     model.load_and_process_state_dict(
         state,
         fold_ln=False,
@@ -272,9 +301,40 @@ def _convert(
     return model
 
 
+def _for_transformer_lens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy that TransformerLens may change: it gives its tokenizer a BOS and a pad token."""
+    theirs = copy.deepcopy(tokenizer)
+    if "name_or_path" not in theirs.init_kwargs:
+        # TransformerLens reloads a tokenizer that adds no BOS from where it came from; one that
+        # was made by hand came from nowhere, and says here that there is nothing to reload.
+        theirs.init_kwargs.update(name_or_path="", add_bos_token=True)
+    return theirs
+
+
+def _check_code_stays_off(location: str, config: PretrainedConfig) -> None:
+    """TransformerLens switches `trust_remote_code` on by itself for some names; not here."""
+    if location.startswith(tl_loading.NEED_REMOTE_CODE_MODELS) and getattr(
+        config, "auto_map", None
+    ):
+        raise ModelError(
+            f"{location} comes with Python code, which TransformerLens would run. Read that code, "
+            "then pass trust_remote_code=True."
+        )
+
+
+def _commit(location: str, revision: str | None) -> str | None:
+    """The hub commit that a repository's files came from; the cache knows it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(location, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
 def _check_convertible(location: str, config: PretrainedConfig) -> None:
     """Refuse what TransformerLens' converters would drop in silence."""
-    architecture = (getattr(config, "architectures", None) or ["unknown"])[0]
+    if not config.architectures:
+        raise ModelError(f"the config.json of {location} names no architecture. Add it.")
+    architecture = config.architectures[0]
     if architecture not in ("LlamaForCausalLM", "Qwen2ForCausalLM"):
         return  # TransformerLens raises on those that it does not know
     width, heads = config.hidden_size, config.num_attention_heads
@@ -327,21 +387,20 @@ def _stop_tokens(
     location: str,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    options: dict[str, Any],
+    revision: str | None,
 ) -> tuple[int, ...]:
     """Ids that end a response: generation_config.json, then config.json, then the tokenizer."""
     from transformers import GenerationConfig
 
     try:
-        stop: Any = GenerationConfig.from_pretrained(location, **options).eos_token_id
+        found = GenerationConfig.from_pretrained(location, revision=revision or "main")
+        stop: Any = found.eos_token_id
     except OSError:  # many checkpoints have no generation_config.json
         stop = None
     if stop is None:
         stop = getattr(config, "eos_token_id", None)
     if stop is None:
-        stop = tokenizer.eos_token_id
-    if stop is None:
-        return ()
+        return _end_of(tokenizer)
     return tuple(stop) if isinstance(stop, list | tuple) else (int(stop),)
 
 
@@ -358,25 +417,30 @@ def _register_built(
         model.to(device, print_details=False)
     if dtype is not None:
         model.to(_as_dtype(dtype), print_details=False)
-    tokenizer = tokenizer if tokenizer is not None else model.tokenizer
-    if tokenizer is None:
+    about = info(model)
+    if tokenizer is not None:
+        about = replace(about, tokenizer=tokenizer, stop_tokens=_end_of(tokenizer))
+    if about.tokenizer is None:
         raise TokenizerError("the model has no tokenizer: load_model(model, tokenizer=...)")
-    form.resolve(tokenizer)
-    return _register(lay_out(model), _describe(model, tokenizer, form))
+    form.resolve(about.tokenizer)
+    return _register(lay_out(model), replace(about, form=form))
 
 
-def _describe(
-    model: HookedTransformer, tokenizer: PreTrainedTokenizerBase | None, form: PromptFormat
-) -> ModelInfo:
-    stop = tokenizer.eos_token_id if tokenizer is not None else None
+def _describe(model: HookedTransformer) -> ModelInfo:
+    """What can be seen of a model that was built elsewhere."""
     return ModelInfo(
         name=model.cfg.model_name,
-        tokenizer=tokenizer,
-        form=form,
-        stop_tokens=() if stop is None else (stop,),
+        tokenizer=model.tokenizer,
+        form=PromptFormat(),
+        stop_tokens=_end_of(model.tokenizer),
         loader="built",
         weight_processing="unknown",
     )
+
+
+def _end_of(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    stop = tokenizer.eos_token_id if tokenizer is not None else None
+    return () if stop is None else (stop,)
 
 
 def _register(model: HookedTransformer, about: ModelInfo) -> HookedTransformer:

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,8 +27,9 @@ _PROMPT_COLUMNS = ("prompt", "Goal", "goal", "text", "instruction")
 
 def _clean(prompts: Iterable[Any], what: str) -> tuple[str, ...]:
     """The prompts as a tuple of non-empty strings."""
-    if isinstance(prompts, str):
-        raise InvalidInput(f"{what} must be a list of prompts, not one string: {prompts[:60]!r}")
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+        kind = "one string" if isinstance(prompts, str) else type(prompts).__name__
+        raise InvalidInput(f"{what} must be a list of prompts, not {kind}: {prompts!r:.60}")
     cleaned = tuple(prompts)
     for index, prompt in enumerate(cleaned):
         if not isinstance(prompt, str) or not prompt.strip():
@@ -133,7 +134,8 @@ def load_contrast_set(source: str | Path) -> ContrastSet:
         data = read_json(path)
         if not isinstance(data, dict) or not {"positive", "negative"} <= set(data):
             raise DamagedFile(f'{path} does not hold {{"positive": [...], "negative": [...]}}')
-        return ContrastSet(data["positive"], data["negative"], data.get("name", path.stem))
+        name = data.get("name") or path.stem
+        return ContrastSet(data["positive"], data["negative"], str(name))
     rows = _read_rows(path)
     return _from_rows(rows, path)
 
@@ -141,10 +143,10 @@ def load_contrast_set(source: str | Path) -> ContrastSet:
 def _from_rows(rows: list[dict[str, Any]], path: Path) -> ContrastSet:
     """A contrast set from table rows: `prompt` + `label`, or `positive` + `negative`."""
     columns = set(rows[0]) if rows else set()
-    sides: dict[str, list[str]] = {"positive": [], "negative": []}
+    sides: dict[str, list[Any]] = {"positive": [], "negative": []}
     if {"positive", "negative"} <= columns:
         for side, prompts in sides.items():
-            prompts += [row[side] for row in rows if row[side]]
+            prompts += [row[side] for row in rows if row.get(side)]
     elif {"prompt", "label"} <= columns:
         for number, row in enumerate(rows, start=1):
             if row.get("label") not in sides:
@@ -152,10 +154,10 @@ def _from_rows(rows: list[dict[str, Any]], path: Path) -> ContrastSet:
                     f"{path}, row {number}: label is {row.get('label')!r}; it must be "
                     "'positive' or 'negative'."
                 )
-            sides[row["label"]].append(row["prompt"])
+            sides[row["label"]].append(row.get("prompt"))
     else:
         raise DamagedFile(
-            f"{path} has columns {sorted(columns)}; a contrast set needs 'prompt' and 'label', "
+            f"{path} has columns {sorted(map(str, columns))}; it needs 'prompt' and 'label', "
             "or 'positive' and 'negative'."
         )
     return ContrastSet(sides["positive"], sides["negative"], path.stem)
@@ -187,7 +189,7 @@ def load_prompts(source: str | Path) -> list[str]:
         column = next((c for c in _PROMPT_COLUMNS if rows and c in rows[0]), None)
         if column is None:
             raise DamagedFile(f"{path} has none of the columns {', '.join(_PROMPT_COLUMNS)}")
-        prompts = [row[column] for row in rows]
+        prompts = [row.get(column) for row in rows]
     if not prompts:
         raise InvalidInput(f"{path} holds no prompts")
     return list(_clean(prompts, str(path)))
@@ -196,11 +198,15 @@ def load_prompts(source: str | Path) -> list[str]:
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV or JSONL file."""
     if path.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(read_text(path))))
+        try:
+            return list(csv.DictReader(io.StringIO(read_text(path))))
+        except csv.Error as error:
+            raise DamagedFile(f"{path} is not a CSV file: {error}") from error
     if path.suffix != ".jsonl":
         raise InvalidInput(f"{path}: file type {path.suffix!r} is not one of .csv, .json, .jsonl")
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    # Not splitlines: JSON strings may hold other line ends, such as U+2028.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -261,6 +267,7 @@ def load_jbb(source: str | Path | None = None, *, side: str = "harmful") -> list
 def _hub_rows(repository: str, **options: Any) -> Any:
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise MissingExtra(
             "hub data sets need the package datasets: pip install 'cna-lens[hub]'"
@@ -268,7 +275,7 @@ def _hub_rows(repository: str, **options: Any) -> Any:
     name = options.pop("config", None)
     try:
         return load_dataset(repository, name, **options)
-    except (OSError, ValueError) as error:  # datasets' own errors all derive from these two
+    except (OSError, ValueError, DatasetsError) as error:
         raise InvalidInput(
             f"cannot load the data set {repository!r} ({options}): {error}. Check its name and "
             "the network, or pass a CSV or JSON file."

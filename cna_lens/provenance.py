@@ -49,6 +49,7 @@ class Provenance:
     prompt_style: str | None = None
     system_prompt: str | None = None
     answer_prefix: str | None = None
+    prepend_bos: bool | None = None
     chat_template: str | None = None
     contrast_set: str | None = None
     contrast_set_hash: str | None = None
@@ -66,5 +67,8 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Provenance:
-        """The inverse of `to_dict`. Raises TypeError on unknown fields."""
-        return cls(**values)
+        """The inverse of `to_dict`. Raises TypeError on unknown fields and on other settings."""
+        found = cls(**values)
+        if not (isinstance(found.settings, dict) and isinstance(found.versions, dict)):
+            raise TypeError("settings and versions must be dictionaries")
+        return found

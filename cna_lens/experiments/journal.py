@@ -77,7 +77,7 @@ class Journal:
                 row = json.loads(line)
                 key = row.pop("key")
                 self._done[key] = Generation(**{**row, "tokens": tuple(row["tokens"])})
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise DamagedFile(
                 f"{self.path} is damaged: {error}. Delete it to start anew."
             ) from error

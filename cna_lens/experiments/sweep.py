@@ -6,6 +6,7 @@ costs only its decoding. Matched random neurons are the control beside every eff
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ class Sweep:
             OutputError: the place cannot be written.
         """
         folder = Path(folder)
-        write_text(folder / "responses.csv", self.table.to_csv(index=False))
+        text = self.table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)  # keeps \r in replies
+        write_text(folder / "responses.csv", text)
         write_text(folder / "summary.csv", self.summary().to_csv(index=False))
         controls = self.controls()
         if len(controls):
@@ -118,8 +120,11 @@ class Sweep:
         folder = Path(folder)
         text = read_text(folder / "responses.csv")
         try:
-            as_text = dict.fromkeys(("group", "prompt", "intervention", "response"), str)
-            table = pd.read_csv(io.StringIO(text), converters=as_text)  # an empty reply stays one
+            table = pd.read_csv(
+                io.StringIO(text, newline=""),
+                dtype=dict.fromkeys(("group", "prompt", "intervention", "response"), str),
+                keep_default_na=False,  # an empty reply stays one
+            )
             provenance = Provenance.from_dict(read_json(folder / "provenance.json"))
         except (TypeError, ValueError) as error:
             raise DamagedFile(f"{folder} does not hold a whole sweep: {error}") from error
@@ -165,6 +170,8 @@ def sweep(
     """
     if not multipliers or not np.isfinite(multipliers).all():
         raise InvalidInput(f"multipliers must be finite numbers, not {list(multipliers)}")
+    if positions != "all" and not isinstance(what, Circuit | Contrast):
+        raise InvalidInput(f"{what.name} has its own positions: set {positions!r} where it is made")
     multipliers = list(dict.fromkeys(float(m) for m in multipliers))
     conditions = []
     for circuit in _circuits(what, fractions):

@@ -106,7 +106,8 @@ class PositionWindow:
         continues = self._offset > 0 or self._repeats_previous()
         if self._prompt_length is None or not continues:
             self._prompt_length = self._offset + n_positions
-        self._previous = self._residual
+        # What came out of a cache can only be continued with that cache.
+        self._previous = self._residual if self._offset == 0 else None
 
     def _repeats_previous(self) -> bool:
         before, now = self._previous, self._residual

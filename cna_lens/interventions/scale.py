@@ -8,6 +8,7 @@ and costs nothing at run time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,8 +99,11 @@ def fold(
 
     Raises:
         CircuitMismatch: the circuit is for a model of another shape.
+        InvalidInput: the multiplier is not finite.
     """
     circuit.check_fits(model)
+    if not math.isfinite(multiplier):
+        raise InvalidInput(f"the multiplier must be a finite number, not {multiplier}")
     saved: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         with torch.no_grad():

@@ -19,12 +19,22 @@ Strength = float | Sequence[float] | Float[Tensor, "batch"]
 
 
 def as_intervention(what: Circuit | Intervention, positions: Positions = "all") -> Intervention:
-    """An intervention as it is; a circuit as the scaling of its neurons."""
+    """An intervention as it is; a circuit as the scaling of its neurons.
+
+    Raises:
+        InvalidInput: `what` is neither, or positions are asked of an intervention, which has its
+            own.
+    """
     if isinstance(what, Circuit):
         return ScaleNeurons(what, positions)
     if not isinstance(what, Intervention):
         raise InvalidInput(
             f"{type(what).__name__} is neither a Circuit nor an Intervention (neutral, hooks, ...)"
+        )
+    if positions != "all":
+        raise InvalidInput(
+            f"{what.name} has its own positions: {positions!r} goes where it is made, for instance "
+            "ScaleNeurons(circuit, positions)"
         )
     return what
 
@@ -33,12 +43,15 @@ def as_strengths(strength: Strength, device: torch.device | str | None) -> Float
     """Strengths as a 1-dimensional float32 tensor; a single number gives one for all rows.
 
     Raises:
-        InvalidInput: NaN or infinite strengths, or more than one dimension.
+        InvalidInput: no numbers, NaN or infinite ones, or more than one dimension.
     """
-    strengths = torch.as_tensor(strength, dtype=torch.float32, device=device).reshape(-1)
-    if not bool(torch.isfinite(strengths).all()) or not len(strengths):
-        raise InvalidInput(f"strengths must be finite numbers, not {strength}")
-    return strengths
+    try:
+        strengths = torch.as_tensor(strength, dtype=torch.float32, device=device)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"strengths must be numbers, not {strength!r}") from error
+    if strengths.dim() > 1 or not strengths.numel() or not bool(strengths.isfinite().all()):
+        raise InvalidInput(f"strengths must be finite, one number or one a row, not {strength}")
+    return strengths.reshape(-1)
 
 
 @contextmanager
