@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -31,14 +34,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(*, bos: bool = True, chat: bool = True) -> PreTrainedTokenizerFast:
-    """A word tokenizer: one id a letter or special word; with `bos` it begins texts with <s>."""
+def make_tokenizer(
+    *, bos: bool = True, adds_bos: bool | None = None, chat: bool = True
+) -> PreTrainedTokenizerFast:
+    """A word tokenizer: one id a letter or special word.
+
+    With `bos` it has a BOS token, <s>; with `adds_bos` (default: as `bos`) it begins texts with it.
+    """
     words = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|system|>", "<|assistant|>", "<|end|>"]
     words += [chr(ord("a") + i) for i in range(26)]
     vocabulary = {word: i for i, word in enumerate(words)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if bos:
+    if bos if adds_bos is None else adds_bos:
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 1)]
         )
@@ -79,7 +87,9 @@ def write_llama(folder: Path, *, seed: int = 0, chat: bool = True, **overrides: 
         "initializer_range": 0.2,
     }
     torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(**{**settings, **overrides})).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **overrides}))
+    _vary_norms(model)
+    model.save_pretrained(folder)
     make_tokenizer(chat=chat).save_pretrained(folder)
     return folder
 
@@ -104,6 +114,32 @@ def write_qwen2(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
     for layer in model.model.layers:
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             torch.nn.init.normal_(projection.bias, std=0.3)
+    _vary_norms(model)
     model.save_pretrained(folder)
     make_tokenizer(bos=False).save_pretrained(folder)
+    return folder
+
+
+def _vary_norms(model: torch.nn.Module) -> None:
+    """Norms begin with weights of 1, which would hide a norm that is left out."""
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+
+
+def write_gpt2(folder: Path, *, seed: int = 0) -> Path:
+    """A random GPT-2: absolute positions, LayerNorm, a plain MLP with biases."""
+    torch.manual_seed(seed)
+    settings = {"vocab_size": 34, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    config = GPT2Config(**settings, bos_token_id=1, eos_token_id=2, initializer_range=0.2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    make_tokenizer(bos=False, chat=False).save_pretrained(folder)
+    return edit_config(folder, n_ctx=128)  # older files have both; TransformerLens reads this one
+
+
+def edit_config(folder: Path, **values: Any) -> Path:
+    """Change entries of a checkpoint's config.json."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, **values}), encoding="utf-8")
     return folder
