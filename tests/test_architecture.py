@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "cna_lens"
 FLOORS = [
     {"errors", "files", "progress", "provenance"},
     {"circuit", "prompts", "statistics", "formatting", "organism", "organism.world", "plotting"},
-    {"layout", "models"},
+    {"checkpoints", "layout", "models"},
     {"activations", "interventions"},
     {"discovery", "generation", "scoring"},
     {"experiments", "organism.evaluation", "organism.pair"},

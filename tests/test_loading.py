@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 import cna_lens as cl
 from cna_lens.errors import ModelError, TokenizerError
 from cna_lens.formatting import adds_bos
+from cna_lens.checkpoints import resolve
 from cna_lens.layout import lay_out
-from cna_lens.models import describe, info, resolve
+from cna_lens.models import describe, info
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
