@@ -20,9 +20,9 @@ from transformer_lens.supported_models import MODEL_ALIASES
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import cna_lens as cl
+from cna_lens.checkpoints import resolve
 from cna_lens.errors import ModelError, TokenizerError
 from cna_lens.formatting import adds_bos
-from cna_lens.checkpoints import resolve
 from cna_lens.layout import lay_out
 from cna_lens.models import describe, info
 
