@@ -45,12 +45,21 @@ def demo_figures(demo: Demo) -> dict[str, tuple[go.Figure, pd.DataFrame]]:
     layers = instruct.layer_table().merge(
         base.layer_table(), on="layer", suffixes=("_instruct", "_base")
     )
+    overlap = layers[["layer"]].assign(
+        only_base=_by_layer(set(base) - set(instruct), base.n_layers),
+        shared=_by_layer(set(base) & set(instruct), base.n_layers),
+        only_instruct=_by_layer(set(instruct) - set(base), base.n_layers),
+    )
     return {
         "sweep": (sweep_curves(smallest, demo.random.controls()), smallest),
         "fractions": (sweep_curves(harmful, demo.random.controls()), harmful),
         "layers": (layer_concentration({"base": base, "instruct": instruct}), layers),
-        "overlap": (overlap_heatmap(base, instruct), layers),
+        "overlap": (overlap_heatmap(base, instruct), overlap),
     }
+
+
+def _by_layer(neurons: set[tuple[int, int]], n_layers: int) -> list[int]:
+    return [sum(at == layer for at, _ in neurons) for layer in range(n_layers)]
 
 
 def write_figures(demo: Demo, folder: Path) -> None:
