@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import jaxtyping
 import pytest
 import torch
@@ -30,9 +27,3 @@ def test_a_tensor_of_the_wrong_shape_or_kind_is_caught() -> None:
 @checked
 def test_a_whole_number_passes_for_a_real_one() -> None:
     assert cl.Sampling(temperature=1).temperature == 1
-
-
-@pytest.mark.parametrize("module", ["models", "prompts"])
-def test_the_examples_in_the_docstrings_are_right(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"cna_lens.{module}"))
-    assert result.attempted and not result.failed
