@@ -36,9 +36,11 @@ def install_torch(python: str) -> None:
     """torch: with CUDA where there is an NVIDIA driver, else the CPU build."""
     if shutil.which("nvidia-smi") is None and brings_cuda(python):
         pip(python, "install", "uv")
-        run(python, "-m", "uv", "pip", "install", "--torch-backend=cpu", TORCH)
-    else:
-        pip(python, "install", TORCH)
+        cpu_build = [python, "-m", "uv", "pip", "install", "--torch-backend=cpu", TORCH]
+        if subprocess.run(cpu_build).returncode == 0:
+            return
+        sys.stderr.write("the CPU build of torch cannot be fetched; taking the large one\n")
+    pip(python, "install", TORCH)
 
 
 def brings_cuda(python: str) -> bool:
