@@ -41,6 +41,15 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     return target
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise OutputError now where `path` cannot be written later, before hours of work."""
+    target = Path(path)
+    if target.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder. Name a file.")
+    probe = write_bytes(target.with_name(f".{target.name}.probe"), b"")
+    probe.unlink()
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 `text` to `path` in one step (see `write_bytes`)."""
     return write_bytes(path, text.encode("utf-8"))

@@ -125,6 +125,28 @@ def test_bad_input_is_one_line_on_stderr_and_exit_code_1(arguments: list[str], s
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["discover", "-m", "MODEL", "-c", "refusal-8", "-o", "FILE/circuit.json"],
+        ["discover", "-m", "MODEL", "-c", "refusal-8", "--measured", "."],
+        ["sweep", "-m", "MODEL", "-c", "refusal-8", "-o", "FILE/sweep"],
+        ["demo", "-o", "FILE/demo"],
+        ["organism", "evaluate", "-o", "FILE/table.csv"],
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    arguments: list[str], llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").write_text("a file in the way")
+    monkeypatch.setattr("cna_lens.generation.stream_responses", None)  # no decoding may begin
+    result = runner.invoke(app, [a.replace("MODEL", str(llama_folder)) for a in arguments])
+    assert result.exit_code == 1 and "cannot write" in result.stderr, result.output
+    assert {path.name for path in tmp_path.iterdir()} <= {"FILE", "circuit.json"}
+
+
 def test_a_wrong_command_line_exits_with_2() -> None:
     assert runner.invoke(app, ["sweep", "--no-such-option"]).exit_code == 2
 

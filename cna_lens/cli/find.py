@@ -118,9 +118,12 @@ def discover(
     with exit_codes():
         from cna_lens.activations import neuron_count
         from cna_lens.discovery import contrast
+        from cna_lens.files import check_writable
         from cna_lens.prompts import load_contrast_set
 
         neuron_count(fraction, 1)
+        for file in filter(None, (out, measured)):
+            check_writable(file)
         prompts = load_contrast_set(contrast_set)
         loaded = load(model, style, device, dtype, trust_remote_code)
         found = contrast(

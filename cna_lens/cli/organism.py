@@ -48,10 +48,12 @@ def evaluate(
 ) -> None:
     """Measure a pair on held-out families: refusal, quality, controls, base against instruct."""
     with exit_codes():
-        from cna_lens.files import write_text
+        from cna_lens.files import check_writable, write_text
         from cna_lens.organism import path
         from cna_lens.organism.evaluation import evaluate_pair
 
+        if out is not None:
+            check_writable(out)
         base, instruct = (
             (path("base"), path("instruct"))
             if folder is None

@@ -142,7 +142,9 @@ def demo(
 
         from cna_lens.experiments.demo import run_demo, save_demo
         from cna_lens.experiments.demo_report import write_demo_report, write_figures
+        from cna_lens.files import check_writable
 
+        check_writable(out / "report.html")
         hf_logging.disable_progress_bar()
         say("The model organism is a toy: a tiny base + instruct pair trained for this purpose.")
         result = run_demo(draws=draws, limit=limit)
