@@ -295,8 +295,8 @@ def controls_table(controls: pd.DataFrame, caption: str = "Random neurons") -> T
     """`Sweep.controls()`: the mean over the draws, between the least and the greatest."""
     return Table(
         controls,
-        f"{caption}, as many in each layer as the circuit has: mean refusal rate over the draws "
-        "[least, greatest]",
+        f"{caption}, as many in each layer as the circuit has: mean refusal rate and quality over "
+        "the draws [least, greatest]",
         columns={
             "group": "group",
             "neurons": "neurons",
@@ -305,7 +305,10 @@ def controls_table(controls: pd.DataFrame, caption: str = "Random neurons") -> T
             "refusal_mean": "refusal rate",
             "quality_mean": "quality",
         },
-        intervals={"refusal_mean": ("refusal_min", "refusal_max")},
+        intervals={
+            "refusal_mean": ("refusal_min", "refusal_max"),
+            "quality_mean": ("quality_min", "quality_max"),
+        },
     )
 
 

@@ -232,11 +232,11 @@ def test_controls_show_the_range_over_draws() -> None:
         {
             "group": ["harmful"], "fraction": [0.001], "neurons": [10], "multiplier": [0.0],
             "draws": [20], "refusal_mean": [0.95], "refusal_min": [0.91], "refusal_max": [1.0],
-            "quality_mean": [0.99],
+            "quality_mean": [0.99], "quality_min": [0.98], "quality_max": [1.0],
         }
     )  # fmt: skip
     (row,) = controls_table(frame).rows
-    assert row == ["harmful", "10", "0", "20", "0.95 [0.91, 1.00]", "0.99"]
+    assert row == ["harmful", "10", "0", "20", "0.95 [0.91, 1.00]", "0.99 [0.98, 1.00]"]
 
 
 def test_provenance_and_command_are_on_the_page() -> None:

@@ -118,7 +118,10 @@ def sweep(
                 controls,
                 ["group", "neurons", "multiplier", "draws", "refusal_mean", "quality_mean"],
                 title="random neurons, matched by layer: mean [least, greatest] draw",
-                intervals={"refusal_mean": ("refusal_min", "refusal_max")},
+                intervals={
+                    "refusal_mean": ("refusal_min", "refusal_max"),
+                    "quality_mean": ("quality_min", "quality_max"),
+                },
             )
         say(f"responses and tables are in {out}")
 

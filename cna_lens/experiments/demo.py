@@ -181,15 +181,21 @@ def _claims(
 
     for label, control in (("random", random), ("random, far from top", far)):
         for _, row in control.controls().iterrows():
-            spread = (row["refusal_mean"], row["refusal_min"], row["refusal_max"])
-            where = ("instruct", "harmful", label, FRACTIONS[0], 0.0)
-            add("refusal", *where, *spread, int(row["draws"]), "least to greatest draw")
+            for measure in ("refusal", "quality"):
+                spread = (row[f"{measure}_mean"], row[f"{measure}_min"], row[f"{measure}_max"])
+                where = ("instruct", "harmful", label, FRACTIONS[0], 0.0)
+                add(measure, *where, *spread, int(row["draws"]), "least to greatest draw")
     for origin, found in base.items():
-        rates = found.summary()["refusal_rate"]
-        add(
-            "highest refusal", "base", "every group", f"{origin} circuit", None, None,
-            rates.max(), rates.min(), rates.max(), len(rates), "least to greatest condition",
-        )  # fmt: skip
+        summary = found.summary()
+        for measure, values, worst in (
+            ("highest refusal", summary["refusal_rate"], max),
+            ("lowest quality", summary["quality"], min),
+        ):
+            add(
+                measure, "base", "every group", f"{origin} circuit", None, None,
+                worst(values), min(values), max(values), len(values),
+                "least to greatest condition",
+            )  # fmt: skip
 
     facts = {
         name: circuit_facts(circuits[name], circuits[other])

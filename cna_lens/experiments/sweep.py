@@ -71,8 +71,8 @@ class Sweep:
         return pd.DataFrame(rows)
 
     def controls(self) -> pd.DataFrame:
-        """The random controls over their draws: mean, least and greatest refusal rate and mean
-        quality for each group, fraction and multiplier. Empty where no control was run.
+        """The random controls over their draws: mean, least and greatest refusal rate and quality
+        for each group, fraction and multiplier. Empty where no control was run.
         """
         summary = self.summary()
         random = summary[summary["intervention"] == "random"]
@@ -83,6 +83,8 @@ class Sweep:
             refusal_min=("refusal_rate", "min"),
             refusal_max=("refusal_rate", "max"),
             quality_mean=("quality", "mean"),
+            quality_min=("quality", "min"),
+            quality_max=("quality", "max"),
         )
 
     def _repr_html_(self) -> str:
