@@ -158,23 +158,13 @@ def stream_responses(
     """
     if isinstance(prompts, str):
         raise InvalidInput("prompts must be a list of strings, not one string")
-    if not prompts or batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
-        raise InvalidInput(
-            f"nothing to generate: {len(prompts)} prompts, max_new_tokens={max_new_tokens}, "
-            f"batch_size={batch_size}"
-        )
+    if not prompts or batch_size < 1:
+        raise InvalidInput(f"nothing to generate: {len(prompts)} prompts, batch_size={batch_size}")
     about = info(model)
     if about.tokenizer is None:
         raise TokenizerError("the model has no tokenizer: load_model(model, tokenizer=...)")
     sequences = encode(model, prompts, form)
-    longest = max(len(sequence) for sequence in sequences)
-    if max_new_tokens is None:
-        max_new_tokens = max(1, min(NEW_TOKENS, model.cfg.n_ctx - longest))
-    if longest + max_new_tokens > model.cfg.n_ctx:
-        raise InvalidInput(
-            f"the longest prompt has {longest} tokens; with max_new_tokens={max_new_tokens} it "
-            f"would not fit into the context of {model.cfg.n_ctx}. Lower max_new_tokens."
-        )
+    max_new_tokens = _response_limit(model, sequences, max_new_tokens)
     pairs = _per_row(model, interventions, len(prompts))
     stop = set(about.stop_tokens if stop_tokens is None else stop_tokens)
 
@@ -201,6 +191,35 @@ def stream_responses(
             )
             for row, (tokens, finished) in zip(rows, decoded, strict=True)
         }
+
+
+def response_limit(
+    model: HookedTransformer,
+    prompts: Sequence[str],
+    max_new_tokens: int | None = None,
+    form: PromptFormat | None = None,
+) -> int:
+    """The most tokens that `generate` gives a response to these prompts.
+
+    Raises:
+        InvalidInput: prompt and response would not fit into the context.
+    """
+    return _response_limit(model, encode(model, prompts, form), max_new_tokens)
+
+
+def _response_limit(
+    model: HookedTransformer, sequences: list[list[int]], max_new_tokens: int | None
+) -> int:
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InvalidInput(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    longest = max(len(sequence) for sequence in sequences)
+    limit = max_new_tokens or max(1, min(NEW_TOKENS, model.cfg.n_ctx - longest))
+    if longest + limit > model.cfg.n_ctx:
+        raise InvalidInput(
+            f"the longest prompt has {longest} tokens; with max_new_tokens={limit} it would not "
+            f"fit into the context of {model.cfg.n_ctx}. Lower max_new_tokens."
+        )
+    return limit
 
 
 def _per_row(

@@ -252,7 +252,7 @@ def test_one_strength_is_for_all_rows(model: HookedTransformer, circuit: cl.Circ
     [
         ([], {}, "nothing to generate"),
         ("a b", {}, "not one string"),
-        (["a"], {"max_new_tokens": 0}, "max_new_tokens=0"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         (["a"], {"batch_size": 0}, "batch_size=0"),
     ],
 )

@@ -493,3 +493,17 @@ def test_a_sweeps_controls_leave_near_top_neurons_out(
     controls = [circuit for circuit in made if "random" in circuit.name]
     assert len(controls) == 4
     assert all(not set(control) & near for control in controls)
+
+
+def test_one_string_is_not_a_list_of_prompts(llama: HookedTransformer) -> None:
+    circuit = cl.Circuit(3, 40, layers=(0,), neurons=(1,), delta=(1.0,), pooled_std=(1.0,))
+    for prompts in ("a b c", {"letters": "a b c"}):
+        with pytest.raises(InvalidInput, match="not one string"):
+            cl.sweep(llama, circuit, prompts, progress=False)
+
+
+def test_the_provenance_says_how_long_responses_may_be(llama: HookedTransformer) -> None:
+    circuit = cl.Circuit(3, 40, layers=(0,), neurons=(1,), delta=(1.0,), pooled_std=(1.0,))
+    found = cl.sweep(llama, circuit, ["a b c"], [1.0], progress=False)
+    (tokens,) = found.table["prompt_tokens"]
+    assert found.provenance.settings["max_new_tokens"] == llama.cfg.n_ctx - tokens

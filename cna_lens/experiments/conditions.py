@@ -18,7 +18,7 @@ from transformer_lens import HookedTransformer
 from cna_lens.errors import InvalidInput
 from cna_lens.experiments.journal import Journal
 from cna_lens.formatting import PromptFormat
-from cna_lens.generation import Generation, Sampling, stream_responses
+from cna_lens.generation import Generation, Sampling, response_limit, stream_responses
 from cna_lens.interventions import Intervention
 from cna_lens.models import describe
 from cna_lens.progress import track
@@ -47,6 +47,19 @@ class Condition:
     def effect(self) -> tuple[str, float]:
         """What decides the responses: conditions with equal effects have equal ones."""
         return ("neutral", 0.0) if self.is_neutral else (self.intervention.identity, self.strength)
+
+
+def as_groups(prompts: PromptGroups) -> dict[str, list[str]]:
+    """Prompts by group; a plain list is the group `all`.
+
+    Raises:
+        InvalidInput: a string where a list of them is meant.
+    """
+    groups = prompts if isinstance(prompts, Mapping) else {"all": prompts}
+    for group, members in groups.items():
+        if isinstance(members, str):
+            raise InvalidInput(f"group {group!r} must be a list of prompts, not one string")
+    return {group: list(members) for group, members in groups.items()}
 
 
 def default_scorers() -> dict[str, Scorer]:
@@ -87,7 +100,7 @@ def run_conditions(
     """
     import pandas as pd
 
-    groups = dict(prompts) if isinstance(prompts, Mapping) else {"all": prompts}
+    groups = as_groups(prompts)
     rows = [
         {"group": group, "prompt_id": i, "prompt": prompt}
         for group, members in groups.items()
@@ -96,6 +109,7 @@ def run_conditions(
     if not rows or not conditions:
         raise InvalidInput(f"nothing to run: {len(rows)} prompts, {len(conditions)} conditions")
     texts = [str(row["prompt"]) for row in rows]
+    max_new_tokens = response_limit(model, texts, max_new_tokens, form)
 
     kept = None
     if journal is not None:

@@ -18,8 +18,9 @@ from transformer_lens import HookedTransformer
 from cna_lens.circuit import Circuit
 from cna_lens.discovery import Contrast
 from cna_lens.errors import DamagedFile, InvalidInput
-from cna_lens.experiments.conditions import Condition, PromptGroups, run_conditions
+from cna_lens.experiments.conditions import Condition, PromptGroups, as_groups, run_conditions
 from cna_lens.files import read_json, read_text, write_json, write_text
+from cna_lens.generation import response_limit
 from cna_lens.interventions import Intervention, Positions, ScaleNeurons, random_circuits
 from cna_lens.models import describe
 from cna_lens.provenance import Provenance
@@ -200,6 +201,10 @@ def sweep(
             for intervention, columns in members
             for m in multipliers
         ]
+    texts = [prompt for members in as_groups(prompts).values() for prompt in members]
+    if texts:  # said in the provenance as the number that it comes to
+        asked = (options.get("max_new_tokens"), options.get("form"))
+        options["max_new_tokens"] = response_limit(model, texts, *asked)
     table = run_conditions(model, prompts, conditions, **options)
     return Sweep(table, _origin(model, what, positions, seed if random_draws else None, options))
 
