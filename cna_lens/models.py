@@ -82,13 +82,14 @@ def load_model(
         trust_remote_code: run Python code that comes with the checkpoint. Never by default.
 
     Raises:
-        ModelError: unknown name, no such folder, or an architecture that cannot be loaded exactly.
+        ModelError: unknown name, no such folder, a device that is not there, or an architecture
+            that cannot be loaded exactly.
         TokenizerError: no tokenizer, or style `chat` without a chat template.
     """
     form = PromptFormat(style=style, system=system)
     if isinstance(source, HookedTransformer):
         return _register_built(source, tokenizer, form, device, dtype)
-    device = torch.device(device) if device is not None else _default_device()
+    device = _as_device(device) if device is not None else _default_device()
     dtype = _as_dtype(dtype) if dtype is not None else _default_dtype(device)
     loader, location = resolve(source)
     # False, not absent: where it is absent, transformers asks on the terminal.
@@ -202,7 +203,7 @@ def _register_built(
     """Take an already built model as it is; its weights are moved only where that was asked for."""
     check_hooks(model)
     if device is not None:
-        model.to(device, print_details=False)
+        model.to(_as_device(device), print_details=False)
     if dtype is not None:
         model.to(_as_dtype(dtype), print_details=False)
     about = info(model)
@@ -235,6 +236,16 @@ def _default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _as_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter: torch built without CUDA
+        raise ModelError(
+            f"device {device!r} cannot be used here: {str(error).splitlines()[0]} Use 'cpu', or a "
+            "device that torch sees."
+        ) from error
 
 
 def _default_dtype(device: torch.device) -> torch.dtype:

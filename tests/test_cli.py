@@ -116,6 +116,7 @@ def test_sweep_holds_out_half_of_the_contrast_set(llama_folder: Path, tmp_path: 
         (["generate"], "no prompts"),
         (["generate", "hi", "--circuit", "none.json"], "cannot read none.json"),
         (["sweep", "--multipliers", "0,a"], "must be numbers"),
+        (["info", "organism/base", "--device", "nodevice"], "device 'nodevice' cannot be used"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr_and_exit_code_1(arguments: list[str], said: str) -> None:
@@ -147,8 +148,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(
     assert {path.name for path in tmp_path.iterdir()} <= {"FILE", "circuit.json"}
 
 
-def test_a_wrong_command_line_exits_with_2() -> None:
-    assert runner.invoke(app, ["sweep", "--no-such-option"]).exit_code == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "--no-such-option"],
+        ["sweep", "--limit", "0"],
+        ["sweep", "--random-draws", "-1"],
+        ["demo", "--draws", "0"],
+        ["organism", "evaluate", "--split", "train"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
+    assert runner.invoke(app, arguments).exit_code == 2
 
 
 def test_the_module_runs_as_a_program() -> None:

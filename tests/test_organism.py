@@ -235,8 +235,11 @@ def test_train_pair_makes_a_loadable_pair_and_resumes(tmp_path: Path, short_scor
     assert not seen  # every stage was there
     train_pair(tmp_path / "again", seed=1, **options)
     assert (tmp_path / "again/instruct/model.safetensors").read_bytes() == weights
-    train_pair(tmp_path, seed=2, progress=lambda *step: seen.append(step), **options)
-    assert seen  # another seed is another pair
+    with pytest.raises(OutputError, match="these settings"):  # another seed is another pair
+        train_pair(tmp_path, seed=2, progress=lambda *step: seen.append(step), **options)
+    assert not seen and (pair.instruct / "model.safetensors").read_bytes() == weights
+    other = train_pair(tmp_path / "other", seed=2, **options)
+    assert (other.instruct / "model.safetensors").read_bytes() != weights
 
 
 def test_a_stage_is_whole_or_absent(tmp_path: Path):
@@ -254,6 +257,16 @@ def test_a_stage_is_whole_or_absent(tmp_path: Path):
     with pytest.raises(OutputError, match="mine"):
         make_stage(foreign, {"seed": 0}, lambda folder: {})
     assert (foreign / "thesis.txt").exists()
+
+    assert make_stage(tmp_path / "base", {"seed": 0}, lambda folder: {"seconds": 1})
+    assert not make_stage(tmp_path / "base", {"seed": 0}, fail)  # finished: used again
+    with pytest.raises(OutputError, match="these settings"):
+        make_stage(tmp_path / "base", {"seed": 1}, fail)
+    assert (tmp_path / "base" / "stage.json").exists()
+
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot write"):
+        make_stage(tmp_path / "file" / "base", {"seed": 0}, fail)
 
 
 def test_the_choice_meets_goals_first_and_then_wants_the_largest_effect():

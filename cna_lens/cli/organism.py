@@ -42,7 +42,7 @@ def evaluate(
     split: Annotated[
         Literal["test", "validation"], typer.Option(help="Which held-out families.")
     ] = "test",
-    draws: Annotated[int, typer.Option(help="Random circuits in each control.")] = 20,
+    draws: Annotated[int, typer.Option(min=1, help="Random circuits in each control.")] = 20,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table here.")] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -37,10 +37,12 @@ def sweep(
     multipliers: Annotated[str, typer.Option(help="Strengths, with commas.")] = "0,0.5,1,1.5,2",
     fractions: Annotated[str, typer.Option(help="Circuit sizes, with commas.")] = "0.001",
     random_draws: Annotated[
-        int, typer.Option(help="Matched random circuits beside each circuit, as control.")
+        int, typer.Option(min=0, help="Matched random circuits beside each circuit, as control.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="At most so many prompts a group.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many prompts a group.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables.")] = Path(
         "runs/sweep"
     ),
@@ -130,9 +132,9 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything.")] = Path(
         "runs/demo"
     ),
-    draws: Annotated[int, typer.Option(help="Random circuits in each control.")] = 20,
+    draws: Annotated[int, typer.Option(min=1, help="Random circuits in each control.")] = 20,
     limit: Annotated[
-        int | None, typer.Option(help="At most so many prompts a group, for a quick look.")
+        int | None, typer.Option(min=1, help="At most so many prompts a group, for a quick look.")
     ] = None,
     figures: Annotated[
         Path | None, typer.Option(help="Also write the figures (SVG) and their tables here.")

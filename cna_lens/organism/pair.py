@@ -65,7 +65,8 @@ def train_pair(
     """Train a base and an instruct model into ``out/base`` and ``out/instruct``.
 
     Args:
-        out: output folder. Finished stages in it are used again if nothing they depend on changed.
+        out: output folder. Finished stages in it are used again; a folder of other settings is
+            refused.
         seed: seed of documents, weights and batch order, in both stages.
         base: settings of the base, by default the recipe's; its seed is replaced by ``seed``.
         tune: settings of the fine-tuning; its seed and group lasso are replaced.
